@@ -47,7 +47,8 @@ pub use object::{ChunkVerifier, Object, ObjectId, Priority};
 #[doc(hidden)]
 pub use response::{ContentRange, judge_response, parse_content_range};
 pub use store::{
-    ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
+    ByteRange, GetRequest, ListedObject, ReceiveBytes, Response, Store, StoreError, StoreErrorKind,
+    Version,
 };
 pub use stores::{
     CredentialSource, CredentialsSummary, Environment, ObservedStore, S3Style, Secret, StoreConfig,

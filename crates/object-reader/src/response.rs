@@ -128,6 +128,19 @@ pub(crate) fn check_get(
     }
 }
 
+/// Checks the head of the response to a request for a part of an object. Returns the offset of the
+/// first byte, if the body is going to be exactly the requested part of the required version.
+pub(crate) fn check_head(
+    status: StatusCode,
+    headers: &HeaderMap,
+    request: &GetRequest,
+) -> Option<u64> {
+    let is_checkable = status == StatusCode::PARTIAL_CONTENT && request.version.is_some();
+    let content_range = headers.get(CONTENT_RANGE).filter(|_| is_checkable)?.to_str().ok()?;
+    let (_, range) = check_range(headers, content_range, request).ok()?;
+    (content_length(headers)? == range.end - range.start).then_some(range.start)
+}
+
 /// Checks the response to a conditional request for the headers of an object. Returns true if
 /// `version` is the current one.
 pub(crate) fn check_current(
@@ -160,28 +173,16 @@ pub(crate) fn check_current(
 
 /// Status 206: exactly the requested range, limited by the end of the object.
 fn check_partial(raw: &RawResponse, request: &GetRequest) -> Result<Response, StoreError> {
-    check_encoding(&raw.headers)?;
     let Some(value) = raw.header(CONTENT_RANGE) else {
+        check_encoding(&raw.headers)?;
         return unsupported("the server sent a part (status 206) without the header Content-Range");
     };
-    let (range, total) = match parse_content_range(value) {
-        Some(ContentRange::Part { range, total }) => (range, total),
-        Some(ContentRange::Unsatisfied { total: 0 }) if raw.body.is_empty() => {
-            return check_unsatisfied(raw, request);
-        }
-        _ => return unsupported(format!("invalid header Content-Range: {}", quoted(value))),
-    };
-    let version = check_version(&raw.headers, total, request)?;
-    let expected = match request.range {
-        ByteRange::Bounded(ref wanted) => wanted.start..wanted.end.min(total),
-        ByteRange::Suffix(length) => total.saturating_sub(length)..total,
-    };
-    if range != expected {
-        return unsupported(format!(
-            "the server sent the range {}-{} instead of {}-{} (of {total} bytes)",
-            range.start, range.end, expected.start, expected.end
-        ));
+    let is_empty = parse_content_range(value) == Some(ContentRange::Unsatisfied { total: 0 });
+    if is_empty && raw.body.is_empty() {
+        check_encoding(&raw.headers)?;
+        return check_unsatisfied(raw, request);
     }
+    let (version, range) = check_range(&raw.headers, value, request)?;
     let length = range.end - range.start;
     if raw.is_truncated || raw.body.len() as u64 != length {
         let received = raw.body.len();
@@ -192,6 +193,31 @@ fn check_partial(raw: &RawResponse, request: &GetRequest) -> Result<Response, St
         ));
     }
     Ok(Response { version, offset: range.start, bytes: raw.body.clone() })
+}
+
+/// Checks the headers of a response with status 206. Returns the version of the object, and the
+/// range of the part.
+fn check_range(
+    headers: &HeaderMap,
+    content_range: &str,
+    request: &GetRequest,
+) -> Result<(Version, Range<u64>), StoreError> {
+    check_encoding(headers)?;
+    let Some(ContentRange::Part { range, total }) = parse_content_range(content_range) else {
+        return unsupported(format!("invalid header Content-Range: {}", quoted(content_range)));
+    };
+    let version = check_version(headers, total, request)?;
+    let expected = match request.range {
+        ByteRange::Bounded(ref wanted) => wanted.start..wanted.end.min(total),
+        ByteRange::Suffix(length) => total.saturating_sub(length)..total,
+    };
+    if range != expected {
+        return unsupported(format!(
+            "the server sent the range {}-{} instead of {}-{} (of {total} bytes)",
+            range.start, range.end, expected.start, expected.end
+        ));
+    }
+    Ok((version, range))
 }
 
 /// Status 200: acceptable only for requests that cover the whole object.

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -33,6 +34,23 @@ pub trait Store: Debug + Send + Sync {
         key: &'a str,
         request: &'a GetRequest,
     ) -> BoxFuture<'a, Result<Response, StoreError>>;
+
+    /// Reads a part of the object `key`, and passes its bytes on while the rest of them arrives.
+    ///
+    /// The head of the response has been checked before: only bytes of the requested range and of
+    /// the required version are passed on. An implementation that can't do that passes none on.
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get). Bytes that were passed on before are right nevertheless.
+    fn get_streaming<'a>(
+        &'a self,
+        key: &'a str,
+        request: &'a GetRequest,
+        receiver: Arc<dyn ReceiveBytes>,
+    ) -> BoxFuture<'a, Result<Response, StoreError>> {
+        drop(receiver);
+        self.get(key, request)
+    }
 
     /// Returns true if `version` is still the object's current version. Transfers no data.
     ///
@@ -82,6 +100,13 @@ pub trait Store: Debug + Send + Sync {
     fn credentials_expiry(&self) -> Option<SystemTime> {
         None
     }
+}
+
+/// Receives the bytes of a response while it arrives.
+pub trait ReceiveBytes: Send + Sync {
+    /// Called whenever there are more bytes, with all of them so far. `offset` is the offset of the
+    /// first one in the object. Must not block.
+    fn receive(&self, offset: u64, so_far: &[u8]);
 }
 
 /// Part of an object, in bytes.

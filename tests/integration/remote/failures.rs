@@ -81,20 +81,34 @@ fn a_slow_link_is_no_failure() {
         .arg(format!("http://{}/{WEB}", proxy.address()))
         .start();
     let mut client = server.go("");
-    // A request for 4 MiB takes 4 s.
+    // A request for 4 MiB takes 4 s. Its first parts don't wait for the last ones.
+    sample().is_read_at(&mut client, 4 * MIB + BLOCK);
     let mut failed = 0;
-    while client.read(5 * MIB, BLOCK as u32).is_err() {
+    while client.read(7 * MIB, BLOCK as u32).is_err() {
         failed += 1;
         assert!(failed < 4);
     }
-    assert!(failed > 0);
     let data = store.log().totals().data_bytes;
-    sample().is_read_at(&mut client, 5 * MIB);
-    sample().is_read_at(&mut client, 6 * MIB);
+    [4, 5, 6, 7].iter().for_each(|part| sample().is_read_at(&mut client, part * MIB + BLOCK));
     assert_eq!(store.log().totals().data_bytes, data);
     let metrics = monitor_page(&server, "/metrics");
     assert!(!metrics.contains("result=\"timed_out\"") && metrics.contains("result=\"ok\""));
     assert!(!server.has_reason("store_down"));
+}
+
+/// The rest of a response that broke off is requested, and nothing twice.
+#[test]
+fn a_body_that_breaks_off() {
+    let store = store();
+    let server = gateway_of(&store).start();
+    let mut client = server.go("");
+    let rule = Rule::new(Behavior::new().truncate_after(600_000)).times(1);
+    store.set_script(Script::new().rule(rule));
+    store.log().clear();
+    sample().is_read_at(&mut client, 4 * MIB + 12 * BLOCK);
+    let ranges = store.log().entries().into_iter().filter_map(|it| it.requested_range());
+    let ranges: Vec<_> = ranges.collect();
+    assert_eq!(ranges, [4 * MIB..5 * MIB, 4 * MIB + MIB / 2..5 * MIB]);
 }
 
 #[test]

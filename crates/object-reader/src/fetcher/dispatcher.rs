@@ -20,7 +20,9 @@ use super::memory::{MemoryBudget, MemoryShare};
 use crate::listing::ListingPage;
 use crate::metrics::{StoreMetrics, StoreStats};
 use crate::object::Priority;
-use crate::store::{GetRequest, Response, Store, StoreError, StoreErrorKind, Version};
+use crate::store::{
+    GetRequest, ReceiveBytes, Response, Store, StoreError, StoreErrorKind, Version,
+};
 
 /// Age at which requests are sent again when the store recovers.
 const STALE_AFTER: Duration = Duration::from_secs(1);
@@ -50,13 +52,15 @@ pub(crate) struct Dispatcher {
 }
 
 /// A request for bytes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
     pub(crate) store: &'a dyn Store,
     pub(crate) key: &'a str,
     pub(crate) request: &'a GetRequest,
     /// Number of bytes in the response, at most.
     pub(crate) size: u64,
+    /// Receiver of the bytes while they arrive.
+    pub(crate) receiver: Option<&'a Arc<dyn ReceiveBytes>>,
 }
 
 impl Dispatcher {
@@ -132,6 +136,11 @@ impl Dispatcher {
             }
             attempts += 1;
         }
+    }
+
+    /// Counts a request for the rest of what another one was to get.
+    pub(crate) fn count_retry(&self) {
+        self.metrics.count_retry();
     }
 
     /// Waits before the next attempt, for `least` or longer, or until the store recovers.
@@ -290,7 +299,12 @@ impl Dispatcher {
         call: &'a Call,
         permit: Permit,
     ) -> BoxFuture<'a, Result<Response, StoreError>> {
-        let get = target.store.get(target.key, target.request);
+        let get = match target.receiver {
+            Some(receiver) => {
+                target.store.get_streaming(target.key, target.request, Arc::clone(receiver))
+            }
+            None => target.store.get(target.key, target.request),
+        };
         async move {
             let begin = Instant::now();
             let length = |response: &Response| response.bytes.len() as u64;

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::dispatcher::Target;
 use super::error::FetchError;
@@ -12,7 +13,7 @@ use super::memory::MemoryShare;
 use super::plan::CHUNK_SIZE;
 use super::view::{View, to_usize};
 use crate::object::Priority;
-use crate::store::{ByteRange, GetRequest, Response, StoreError, StoreErrorKind};
+use crate::store::{ByteRange, GetRequest, ReceiveBytes, Response, StoreError, StoreErrorKind};
 
 impl View {
     /// Makes the request, and passes the chunks to their waiters and to the cache.
@@ -22,29 +23,32 @@ impl View {
         shutdown.run_until_cancelled(self.fetch_and_land(&fetch)).await;
     }
 
-    pub(super) async fn fetch_and_land(&self, fetch: &Arc<Fetch>) {
-        let is_sequential = fetch.call.initial_priority == Priority::Ahead;
-        let mut wrong = Vec::new();
-        match self.request(fetch, &fetch.chunks, false).await {
-            Ok((response, _memory)) => {
-                for number in fetch.chunks.clone() {
-                    match self.accept(number, chunk_of(&response, number), is_sequential) {
-                        Some(bytes) => self.flights.land(fetch, number, &Ok(bytes)),
-                        // It came along with its neighbors.
-                        None if self.corrupt.contains(number) => {
-                            self.flights.land(fetch, number, &Err(self.corrupt_error(number)));
-                        }
-                        None => wrong.push(number),
-                    }
-                    // Checking and copying all of a large response takes milliseconds.
-                    tokio::task::yield_now().await;
+    pub(super) async fn fetch_and_land(self: &Arc<Self>, fetch: &Arc<Fetch>) {
+        let arriving = Arc::new(ArrivingChunks::new(self, fetch));
+        loop {
+            let rest = arriving.rest();
+            if rest.is_empty() {
+                break;
+            }
+            match self.request(fetch, &rest, Some(&arriving)).await {
+                Ok((response, _memory)) => arriving.complete(&response).await,
+                // What has arrived isn't requested again.
+                Err(error)
+                    if error.kind.is_transient()
+                        && arriving.rest() != rest
+                        && self.flights.is_wanted(fetch) =>
+                {
+                    self.object.dispatcher.count_retry();
+                }
+                Err(error) => {
+                    let error = Err(self.object.failed(error));
+                    fetch.chunks.clone().for_each(|n| self.flights.land(fetch, n, &error));
+                    return;
                 }
             }
-            Err(error) => {
-                let error = Err(self.object.failed(error));
-                fetch.chunks.clone().for_each(|n| self.flights.land(fetch, n, &error));
-            }
         }
+        let wrong = arriving.take_wrong();
+        let is_sequential = is_sequential(fetch);
         if let (Some(first), Some(last)) = (wrong.first(), wrong.last()) {
             let anew = self.fetch_anew(fetch, &(*first..*last + 1)).await;
             for number in wrong {
@@ -54,7 +58,7 @@ impl View {
                 };
                 let chunk = match &anew {
                     Ok((response, _memory)) => self
-                        .accept(number, chunk_of(response, number), is_sequential)
+                        .accept(number, &chunk_of(response, number), is_sequential)
                         .ok_or_else(corrupt),
                     Err(error) => Err(error.clone()),
                 };
@@ -80,27 +84,28 @@ impl View {
                 object.name
             );
         }
-        let anew = self.request(fetch, chunks, true).await;
+        let anew = self.request(fetch, chunks, None).await;
         anew.map_err(|error| object.failed(error))
     }
 
     /// Caches a chunk in an allocation of its own, and on disk, unless it doesn't match.
-    fn accept(&self, number: u64, bytes: Bytes, is_sequential: bool) -> Option<Bytes> {
-        if self.verifier.as_ref().is_some_and(|verifier| !verifier.matches(number, &bytes)) {
+    fn accept(&self, number: u64, bytes: &[u8], is_sequential: bool) -> Option<Bytes> {
+        if self.verifier.as_ref().is_some_and(|verifier| !verifier.matches(number, bytes)) {
             return None;
         }
-        let bytes = Bytes::copy_from_slice(&bytes);
+        let bytes = Bytes::copy_from_slice(bytes);
         self.object.fetcher.cache.insert(self.key(number), bytes.clone());
         self.store_on_disk(number, &bytes, is_sequential);
         Some(bytes)
     }
 
-    /// Requests chunks of this version.
+    /// Requests chunks of this version: past all caches, or to be passed on while they arrive. Then
+    /// an attempt that breaks off after a chunk isn't repeated here.
     async fn request(
         &self,
         fetch: &Arc<Fetch>,
         chunks: &Range<u64>,
-        bypass_caches: bool,
+        arriving: Option<&Arc<ArrivingChunks>>,
     ) -> Result<(Response, MemoryShare<'_>), StoreError> {
         let object = &self.object;
         let end = (chunks.end * CHUNK_SIZE).min(object.version.length);
@@ -108,11 +113,14 @@ impl View {
         let request = GetRequest {
             range: ByteRange::Bounded(range.clone()),
             version: Some(object.version.clone()),
-            bypass_caches,
+            bypass_caches: arriving.is_none(),
         };
         let size = range.end - range.start;
-        let target = Target { store: &*object.store, key: &object.key, request: &request, size };
-        let is_wanted = || self.flights.is_wanted(fetch);
+        let receiver = arriving.map(|it| Arc::clone(it) as Arc<dyn ReceiveBytes>);
+        let (store, receiver) = (&*object.store, receiver.as_ref());
+        let target = Target { store, key: &object.key, request: &request, size, receiver };
+        let is_wanted =
+            || arriving.is_none_or(|it| it.rest() == *chunks) && self.flights.is_wanted(fetch);
         let (response, memory) = object.dispatcher.get(target, &fetch.call, is_wanted).await?;
         // Stores check that too. Bytes of another version must not be served in any case.
         let failure = |kind, message: &str| {
@@ -126,6 +134,89 @@ impl View {
         }
         Ok((response, memory))
     }
+}
+
+/// The chunks of a request, which are passed on while others arrive.
+struct ArrivingChunks {
+    view: Arc<View>,
+    fetch: Arc<Fetch>,
+    state: Mutex<Arrived>,
+}
+
+struct Arrived {
+    /// Number of the first chunk that hasn't arrived.
+    next: u64,
+    /// Chunks that have arrived and don't match.
+    wrong: Vec<u64>,
+}
+
+impl ArrivingChunks {
+    fn new(view: &Arc<View>, fetch: &Arc<Fetch>) -> Self {
+        let state = Arrived { next: fetch.chunks.start, wrong: Vec::new() };
+        Self { view: Arc::clone(view), fetch: Arc::clone(fetch), state: Mutex::new(state) }
+    }
+
+    /// Returns the numbers of the chunks that haven't arrived.
+    fn rest(&self) -> Range<u64> {
+        self.state.lock().next..self.fetch.chunks.end
+    }
+
+    /// Takes the numbers of the chunks that don't match.
+    fn take_wrong(&self) -> Vec<u64> {
+        std::mem::take(&mut self.state.lock().wrong)
+    }
+
+    /// Passes the remaining chunks of a response on.
+    async fn complete(&self, response: &Response) {
+        loop {
+            let number = {
+                let mut state = self.state.lock();
+                if state.next >= self.fetch.chunks.end {
+                    return;
+                }
+                let number = state.next;
+                self.pass_on(&mut state, &chunk_of(response, number));
+                number
+            };
+            if number + 1 < self.fetch.chunks.end {
+                // Checking and copying all of a large response takes milliseconds.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Passes the next chunk to the cache and to its waiters.
+    fn pass_on(&self, state: &mut Arrived, bytes: &[u8]) {
+        let (view, number) = (&self.view, state.next);
+        state.next += 1;
+        match view.accept(number, bytes, is_sequential(&self.fetch)) {
+            Some(bytes) => view.flights.land(&self.fetch, number, &Ok(bytes)),
+            // It came along with its neighbors.
+            None if view.corrupt.contains(number) => {
+                view.flights.land(&self.fetch, number, &Err(view.corrupt_error(number)));
+            }
+            None => state.wrong.push(number),
+        }
+    }
+}
+
+impl ReceiveBytes for ArrivingChunks {
+    fn receive(&self, offset: u64, so_far: &[u8]) {
+        let length = self.view.object.version.length;
+        let mut state = self.state.lock();
+        while state.next < self.fetch.chunks.end {
+            let start = state.next * CHUNK_SIZE;
+            let end = (start + CHUNK_SIZE).min(length);
+            let place = |at: u64| at.checked_sub(offset).map(to_usize);
+            let (Some(from), Some(to)) = (place(start), place(end)) else { return };
+            let Some(chunk) = so_far.get(from..to) else { return };
+            self.pass_on(&mut state, chunk);
+        }
+    }
+}
+
+fn is_sequential(fetch: &Fetch) -> bool {
+    fetch.call.initial_priority == Priority::Ahead
 }
 
 /// Returns a chunk of a response, or as much of it as there is.

@@ -236,7 +236,13 @@ impl Fetcher {
                     let length = self.small_object();
                     let range = ByteRange::Bounded(0..length);
                     let request = GetRequest { range, version: None, bypass_caches: false };
-                    let target = Target { store: &*store, key, request: &request, size: length };
+                    let target = Target {
+                        store: &*store,
+                        key,
+                        request: &request,
+                        size: length,
+                        receiver: None,
+                    };
                     let (head, _memory) = dispatcher.get(target, &call, || true).await?;
                     Ok((head, None))
                 }
@@ -391,10 +397,12 @@ async fn get_ends(
     let last = request(ByteRange::Suffix(OPENED_SUFFIX));
     let mut attempts = 1;
     loop {
-        let target = Target { store, key, request: &first, size: CHUNK_SIZE };
+        let size = CHUNK_SIZE;
+        let target = Target { store, key, request: &first, size, receiver: None };
         let head = dispatcher.get(target, call, || true);
         let tail_call = Arc::new(Call::new(Priority::Demand));
-        let target = Target { store, key, request: &last, size: OPENED_SUFFIX };
+        let size = OPENED_SUFFIX;
+        let target = Target { store, key, request: &last, size, receiver: None };
         let tail = dispatcher.get(target, &tail_call, || false);
         let (head, tail) = tokio::join!(head, tail);
         let (head, _memory) = head?;

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use crate::listing::ListingPage;
 use crate::store::{
-    ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
+    ByteRange, GetRequest, ListedObject, ReceiveBytes, Response, Store, StoreError, StoreErrorKind,
+    Version,
 };
 
 /// What the store does with a request, after its latency.
@@ -24,12 +25,16 @@ pub(crate) enum Action {
     Throttle(Option<Duration>),
     /// Responds with a wrong byte in each chunk.
     Corrupt,
+    /// Breaks off after this many bytes.
+    BreakOff(usize),
     /// Responds never; the attempt ends like that of a store.
     Hang,
 }
 
 /// Time after which an attempt ends that makes no progress.
 const HANG: Duration = Duration::from_secs(30);
+/// Length of the pieces in which a response arrives, in bytes.
+const PIECE: usize = 100_000;
 
 /// A request that the store received.
 #[derive(Debug, Clone)]
@@ -117,7 +122,11 @@ impl ScriptedStore {
         std::mem::take(&mut self.checks.lock())
     }
 
-    async fn respond(&self, request: &GetRequest) -> Result<Response, StoreError> {
+    async fn respond(
+        &self,
+        request: &GetRequest,
+        receiver: Option<&dyn ReceiveBytes>,
+    ) -> Result<Response, StoreError> {
         let action = {
             let mut received = self.received.lock();
             received.push(Received { time: Instant::now(), request: request.clone() });
@@ -135,7 +144,7 @@ impl ScriptedStore {
                 return Err(error(StoreErrorKind::TimedOut, None));
             }
             Action::Delay(delay) => tokio::time::sleep(delay).await,
-            Action::Respond | Action::Corrupt => {}
+            Action::Respond | Action::Corrupt | Action::BreakOff(_) => {}
         }
         let version = self.version();
         if request.version.as_ref().is_some_and(|pinned| *pinned != version) {
@@ -145,16 +154,30 @@ impl ScriptedStore {
             ByteRange::Bounded(range) => range.start..range.end.min(self.length),
             ByteRange::Suffix(length) => self.length.saturating_sub(length)..self.length,
         };
-        let done = {
+        let (begin, done) = {
             let mut link = self.link.lock();
             let transfer = link.0 * (range.end - range.start) as f64;
-            link.1 = link.1.max(Instant::now()) + Duration::from_secs_f64(transfer);
-            link.1
+            let begin = link.1.max(Instant::now());
+            link.1 = begin + Duration::from_secs_f64(transfer);
+            (begin, link.1)
         };
-        tokio::time::sleep_until(done).await;
         let mut bytes = content(*self.revision.lock(), range.start, range.end);
         if matches!(action, Action::Corrupt) {
             bytes.chunks_mut(1000).for_each(|part| part[0] ^= 1);
+        }
+        let sent = match action {
+            Action::BreakOff(length) => length.min(bytes.len()),
+            _ => bytes.len(),
+        };
+        for end in (PIECE..sent).step_by(PIECE).chain([sent]) {
+            let share = end as f64 / bytes.len().max(1) as f64;
+            tokio::time::sleep_until(begin + (done - begin).mul_f64(share)).await;
+            if let Some(receiver) = receiver {
+                receiver.receive(range.start, &bytes[..end]);
+            }
+        }
+        if sent < bytes.len() {
+            return Err(error(StoreErrorKind::Interrupted, None));
         }
         Ok(Response { version, offset: range.start, bytes: Bytes::from(bytes) })
     }
@@ -170,7 +193,16 @@ impl Store for ScriptedStore {
         _: &'a str,
         request: &'a GetRequest,
     ) -> BoxFuture<'a, Result<Response, StoreError>> {
-        self.respond(request).boxed()
+        self.respond(request, None).boxed()
+    }
+
+    fn get_streaming<'a>(
+        &'a self,
+        _: &'a str,
+        request: &'a GetRequest,
+        receiver: Arc<dyn ReceiveBytes>,
+    ) -> BoxFuture<'a, Result<Response, StoreError>> {
+        async move { self.respond(request, Some(&*receiver)).await }.boxed()
     }
 
     fn is_current<'a>(
@@ -185,7 +217,7 @@ impl Store for ScriptedStore {
                 version: Some(version.clone()),
                 bypass_caches: false,
             };
-            match self.respond(&request).await {
+            match self.respond(&request, None).await {
                 Ok(_) => Ok(true),
                 Err(error) if error.kind == StoreErrorKind::Changed => Ok(false),
                 Err(error) => Err(error),
@@ -203,7 +235,7 @@ impl Store for ScriptedStore {
         async move {
             let request =
                 GetRequest { range: ByteRange::Suffix(0), version: None, bypass_caches: false };
-            self.respond(&request).await?;
+            self.respond(&request, None).await?;
             let number = page.map_or(0, |page| page.parse::<u32>().unwrap());
             let object = ListedObject { name: format!("{prefix}{number}"), version: None };
             let next = (number < 4).then(|| (number + 1).to_string());

@@ -22,8 +22,8 @@ use hyper::{Request, Uri};
 use tokio::time::{Instant, timeout};
 
 use crate::dial::Dial;
-use crate::response::RawResponse;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::response::{RawResponse, check_head};
+use crate::store::{GetRequest, ReceiveBytes, StoreError, StoreErrorKind};
 use crate::url::bracketed;
 
 use first_connection::FirstConnections;
@@ -148,11 +148,27 @@ impl fmt::Debug for HttpClient {
     }
 }
 
+/// A request for a part of an object whose bytes are passed on while they arrive.
+#[derive(Clone)]
+pub(crate) struct Streaming {
+    request: GetRequest,
+    receiver: Arc<dyn ReceiveBytes>,
+}
+
+impl Streaming {
+    pub(crate) fn new(request: &GetRequest, receiver: &Arc<dyn ReceiveBytes>) -> Self {
+        Self { request: request.clone(), receiver: Arc::clone(receiver) }
+    }
+}
+
 /// Failure of an attempt, and whether it could be due to the connection being an old one.
 struct AttemptError {
     is_stale_connection: bool,
     error: StoreError,
 }
+
+/// Maximum number of bytes of a body, and who receives them while they arrive.
+type BodyUse<'a> = (usize, Option<&'a Streaming>);
 
 impl HttpClient {
     /// Creates a client. Errors are about the user agent and the CA certificates.
@@ -181,7 +197,18 @@ impl HttpClient {
         request: Request<Bytes>,
         limit: usize,
     ) -> Result<RawResponse, StoreError> {
-        let response = self.send_with(request, limit, self.allow_insecure).await;
+        self.send_streaming(request, limit, None).await
+    }
+
+    /// Sends a request like [`send`](Self::send), and passes on what arrives.
+    pub(crate) async fn send_streaming(
+        &self,
+        request: Request<Bytes>,
+        limit: usize,
+        streaming: Option<&Streaming>,
+    ) -> Result<RawResponse, StoreError> {
+        let allow_plain = self.allow_insecure;
+        let response = self.send_with(request, (limit, streaming), allow_plain).await;
         if let Some(observer) = &self.observer {
             observer.observe(&response);
         }
@@ -194,13 +221,13 @@ impl HttpClient {
         request: Request<Bytes>,
         limit: usize,
     ) -> Result<RawResponse, StoreError> {
-        self.send_with(request, limit, true).await
+        self.send_with(request, (limit, None), true).await
     }
 
     async fn send_with(
         &self,
         request: Request<Bytes>,
-        limit: usize,
+        body_use: BodyUse<'_>,
         allow_plain: bool,
     ) -> Result<RawResponse, StoreError> {
         let (mut parts, body) = request.into_parts();
@@ -226,7 +253,7 @@ impl HttpClient {
         let request = Request::from_parts(parts, Full::new(body));
 
         if let Some(connection) = self.pool.take(&origin).await {
-            match self.attempt(connection, request.clone(), limit, &origin).await {
+            match self.attempt(connection, request.clone(), body_use, &origin).await {
                 Err(attempt) if attempt.is_stale_connection => {}
                 result => return result.map_err(|attempt| attempt.error),
             }
@@ -241,7 +268,7 @@ impl HttpClient {
             first_connections.judge(&origin, &mut connection);
         }
         let connection = connection?;
-        let result = self.attempt(connection, request, limit, &origin).await;
+        let result = self.attempt(connection, request, body_use, &origin).await;
         result.map_err(|attempt| attempt.error)
     }
 
@@ -249,7 +276,7 @@ impl HttpClient {
         &self,
         mut connection: RequestSender,
         request: Request<Full<Bytes>>,
-        limit: usize,
+        (limit, streaming): BodyUse<'_>,
         origin: &Origin,
     ) -> Result<RawResponse, AttemptError> {
         let sending = timeout(self.timeouts.first_byte, connection.send_request(request)).await;
@@ -276,11 +303,20 @@ impl HttpClient {
         let announced = content_length(&parts.headers);
         // The beginning of an error body is of use, that of an object isn't.
         let collected = if !parts.status.is_success() {
-            self.collect(body, announced, MAX_ERROR_BODY, origin).await
+            self.collect(body, announced, MAX_ERROR_BODY, origin, |_| ()).await
         } else if announced.is_some_and(|length| length > limit as u64) {
             Ok((Bytes::new(), !body.is_end_stream()))
         } else {
-            self.collect(body, announced, limit, origin).await
+            let begin = |streaming: &Streaming| {
+                check_head(parts.status, &parts.headers, &streaming.request)
+            };
+            let offset = streaming.and_then(begin);
+            let pass_on = |so_far: &[u8]| {
+                if let (Some(streaming), Some(offset)) = (streaming, offset) {
+                    streaming.receiver.receive(offset, so_far);
+                }
+            };
+            self.collect(body, announced, limit, origin, pass_on).await
         };
         let (body, is_truncated) =
             collected.map_err(|error| AttemptError { is_stale_connection: false, error })?;
@@ -290,13 +326,15 @@ impl HttpClient {
         Ok(RawResponse { status: parts.status, headers: parts.headers, body, is_truncated })
     }
 
-    /// Reads a body up to `limit` bytes. Returns it with true if it is longer.
+    /// Reads a body up to `limit` bytes, and calls `pass_on` with what there is so far. Returns it
+    /// with true if it is longer.
     async fn collect(
         &self,
         mut body: Incoming,
         announced: Option<u64>,
         limit: usize,
         origin: &Origin,
+        pass_on: impl Fn(&[u8]),
     ) -> Result<(Bytes, bool), StoreError> {
         let length = announced.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX));
         let mut collected = BytesMut::with_capacity(length.min(limit));
@@ -330,6 +368,7 @@ impl HttpClient {
             if data.len() > free {
                 return Ok((collected.freeze(), true));
             }
+            pass_on(&collected);
             let (since, before) = measured;
             let (time, received) = (since.elapsed(), collected.len());
             if time >= self.timeouts.rate_time {

@@ -20,10 +20,12 @@ use object_store::{GetOptions, GetRange, ObjectStore};
 use super::connector::Capture;
 use super::credentials::{Credential, Credentials, Loaded};
 use super::{MAX_LISTING, head_was_refused, range_limit};
+use crate::http::Streaming;
 use crate::listing::ListingPage;
 use crate::response::{RawResponse, check_current, check_failure, check_get};
 use crate::store::{
-    ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
+    ByteRange, GetRequest, ListedObject, ReceiveBytes, Response, Store, StoreError, StoreErrorKind,
+    Version,
 };
 use crate::url::{Scheme, check_key};
 
@@ -54,15 +56,15 @@ impl CloudStore {
         &self,
         key: &str,
         options: &GetOptions,
-        limit: usize,
-        bypass_caches: bool,
+        (limit, bypass_caches): (usize, bool),
+        streaming: Option<&Streaming>,
     ) -> Result<RawResponse, StoreError> {
         let path = match Path::parse(key) {
             Ok(path) if path.as_ref() == key && !key.is_empty() => path,
             _ => return Err(unsupported("the key can't be that of an object")),
         };
         let attempt = |_: Arc<Loaded>| {
-            let capture = Capture::of_object(limit, bypass_caches);
+            let capture = Capture::of_object(limit, bypass_caches, streaming.cloned());
             let mut options = options.clone();
             options.extensions.insert(capture.clone());
             let path = &path;
@@ -74,8 +76,13 @@ impl CloudStore {
         self.credentials.send_renewing(attempt).await
     }
 
-    async fn get_range(&self, key: &str, request: &GetRequest) -> Result<Response, StoreError> {
-        let limit = range_limit(&request.range)?;
+    async fn get_range(
+        &self,
+        key: &str,
+        request: &GetRequest,
+        streaming: Option<&Streaming>,
+    ) -> Result<Response, StoreError> {
+        let limit = (range_limit(&request.range)?, request.bypass_caches);
         let pinned = request.version.as_ref();
         let mut options = GetOptions {
             range: Some(match &request.range {
@@ -89,9 +96,9 @@ impl CloudStore {
         if self.lacks_versions.load(Ordering::Relaxed) {
             options.version = None;
         }
-        let mut raw = self.request(key, &options, limit, request.bypass_caches).await?;
+        let mut raw = self.request(key, &options, limit, streaming).await?;
         if raw.status.as_u16() == 403 && options.version.take().is_some() {
-            let without = self.request(key, &options, limit, request.bypass_caches).await?;
+            let without = self.request(key, &options, limit, streaming).await?;
             if without.status.as_u16() != 403 {
                 self.lacks_versions.store(true, Ordering::Relaxed);
                 tracing::info!(
@@ -115,7 +122,7 @@ impl CloudStore {
             Some(version) => version.clone(),
             None => {
                 let first = GetRequest { range: ByteRange::Bounded(0..1), ..request.clone() };
-                let first = self.get_range(key, &first).await?;
+                let first = self.get_range(key, &first, None).await?;
                 if first.version.length == 0 {
                     return Ok(first);
                 }
@@ -128,7 +135,7 @@ impl CloudStore {
             version: Some(version),
             bypass_caches: request.bypass_caches,
         };
-        let mut result = self.get_range(key, &second).await;
+        let mut result = self.get_range(key, &second, None).await;
         if let (None, Err(error)) = (&request.version, &mut result)
             && error.kind == StoreErrorKind::Changed
         {
@@ -242,10 +249,26 @@ impl Store for CloudStore {
                 ByteRange::Suffix(length) if self.scheme == Scheme::Azure && length > 0 => {
                     self.get_suffix(key, request, length).await
                 }
-                _ => self.get_range(key, request).await,
+                _ => self.get_range(key, request, None).await,
             }
         }
         .boxed()
+    }
+
+    fn get_streaming<'a>(
+        &'a self,
+        key: &'a str,
+        request: &'a GetRequest,
+        receiver: Arc<dyn ReceiveBytes>,
+    ) -> BoxFuture<'a, Result<Response, StoreError>> {
+        match request.range {
+            ByteRange::Suffix(_) => self.get(key, request),
+            ByteRange::Bounded(_) => async move {
+                let streaming = Streaming::new(request, &receiver);
+                self.get_range(key, request, Some(&streaming)).await
+            }
+            .boxed(),
+        }
     }
 
     fn is_current<'a>(
@@ -259,12 +282,12 @@ impl Store for CloudStore {
                 if_none_match: version.etag.clone(),
                 ..GetOptions::default()
             };
-            let mut raw = self.request(key, &options, 0, false).await?;
+            let mut raw = self.request(key, &options, (0, false), None).await?;
             if head_was_refused(&raw) {
                 // A response to GET has a body that says why.
                 options.head = false;
                 options.range = Some(GetRange::Bounded(0..1));
-                raw = self.request(key, &options, 1, false).await?;
+                raw = self.request(key, &options, (1, false), None).await?;
             }
             check_current(&raw, version, SystemTime::now())
         }

@@ -16,7 +16,7 @@ use object_store::client::{
 };
 use parking_lot::Mutex;
 
-use crate::http::HttpClient;
+use crate::http::{HttpClient, Streaming};
 use crate::response::RawResponse;
 use crate::store::StoreError;
 
@@ -26,19 +26,27 @@ pub(super) struct Capture {
     response: Arc<Mutex<Option<Result<RawResponse, StoreError>>>>,
     limit: usize,
     bypass_caches: bool,
+    /// Receiver of what arrives.
+    streaming: Option<Streaming>,
     /// True if object_store gets successful responses, since it parses them.
     forwards_success: bool,
 }
 
 impl Capture {
     /// Captures the response to a request for an object, with at most `limit` bytes.
-    pub(super) fn of_object(limit: usize, bypass_caches: bool) -> Self {
-        Self { response: Arc::default(), limit, bypass_caches, forwards_success: false }
+    pub(super) fn of_object(
+        limit: usize,
+        bypass_caches: bool,
+        streaming: Option<Streaming>,
+    ) -> Self {
+        let (response, forwards_success) = (Arc::default(), false);
+        Self { response, limit, bypass_caches, streaming, forwards_success }
     }
 
     /// Captures only failures, of requests for listings.
     pub(super) fn of_listing(limit: usize) -> Self {
-        Self { response: Arc::default(), limit, bypass_caches: false, forwards_success: true }
+        let (response, streaming) = (Arc::default(), None);
+        Self { response, limit, bypass_caches: false, streaming, forwards_success: true }
     }
 
     /// Takes the response. Returns `None` if no request was sent, or the response was forwarded.
@@ -82,7 +90,8 @@ impl HttpService for Connector {
         }
         let body = body.as_bytes().cloned().unwrap_or_default();
         let request = hyper::Request::from_parts(parts, body);
-        let result = self.0.send(request, capture.limit).await;
+        let streaming = capture.streaming.as_ref();
+        let result = self.0.send_streaming(request, capture.limit, streaming).await;
         match result {
             Ok(raw) if capture.forwards_success && raw.status.is_success() && !raw.is_truncated => {
                 let mut response = HttpResponse::new(HttpResponseBody::from(raw.body));

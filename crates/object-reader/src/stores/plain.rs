@@ -20,11 +20,12 @@ use parking_lot::RwLock;
 use super::aws::sensitive;
 use super::credentials::{Credential, Credentials, Loaded};
 use super::{MAX_LISTING, Secret, head_was_refused, index, range_limit};
-use crate::http::HttpClient;
+use crate::http::{HttpClient, Streaming};
 use crate::listing::ListingPage;
 use crate::response::{RawResponse, check_current, check_failure, check_get};
 use crate::store::{
-    ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
+    ByteRange, GetRequest, ListedObject, ReceiveBytes, Response, Store, StoreError, StoreErrorKind,
+    Version,
 };
 use crate::url::{StoreUrl, check_key, encode_path};
 
@@ -61,6 +62,7 @@ impl HttpStore {
         key: &str,
         headers: &[(HeaderName, String)],
         limit: usize,
+        streaming: Option<&Streaming>,
     ) -> Result<RawResponse, StoreError> {
         check_key(key)
             .map_err(|error| StoreError::new(StoreErrorKind::Unsupported, error.to_string()))?;
@@ -82,13 +84,18 @@ impl HttpStore {
                         "no request for this key can be made",
                     )
                 })?;
-                self.client.send(request, limit).await
+                self.client.send_streaming(request, limit, streaming).await
             }
         };
         self.credentials.send_renewing(send).await
     }
 
-    async fn get_range(&self, key: &str, request: &GetRequest) -> Result<Response, StoreError> {
+    async fn get_range(
+        &self,
+        key: &str,
+        request: &GetRequest,
+        streaming: Option<&Streaming>,
+    ) -> Result<Response, StoreError> {
         let limit = range_limit(&request.range)?;
         let range = match &request.range {
             ByteRange::Bounded(range) => format!("bytes={}-{}", range.start, range.end - 1),
@@ -105,7 +112,7 @@ impl HttpStore {
         if request.bypass_caches {
             headers.push((CACHE_CONTROL, "no-cache".to_owned()));
         }
-        let raw = self.request(Method::GET, key, &headers, limit).await?;
+        let raw = self.request(Method::GET, key, &headers, limit, streaming).await?;
         check_get(&raw, request, SystemTime::now()).map_err(|error| self.without_query(error))
     }
 
@@ -113,17 +120,17 @@ impl HttpStore {
         // There is no condition for dates: an object may have been replaced by an older one.
         let mut headers = Vec::new();
         headers.extend(version.etag.clone().map(|etag| (IF_NONE_MATCH, etag)));
-        let mut raw = self.request(Method::HEAD, key, &headers, 0).await?;
+        let mut raw = self.request(Method::HEAD, key, &headers, 0, None).await?;
         if head_was_refused(&raw) {
             // Presigned URLs are valid for one method.
             headers.push((RANGE, "bytes=0-0".to_owned()));
-            raw = self.request(Method::GET, key, &headers, 1).await?;
+            raw = self.request(Method::GET, key, &headers, 1, None).await?;
         }
         check_current(&raw, version, SystemTime::now()).map_err(|error| self.without_query(error))
     }
 
     async fn list_folder(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
-        let raw = self.request(Method::GET, prefix, &[], MAX_LISTING).await?;
+        let raw = self.request(Method::GET, prefix, &[], MAX_LISTING, None).await?;
         let unsupported = |reason: &str| {
             Err(StoreError::new(
                 StoreErrorKind::Unsupported,
@@ -187,7 +194,20 @@ impl Store for HttpStore {
         key: &'a str,
         request: &'a GetRequest,
     ) -> BoxFuture<'a, Result<Response, StoreError>> {
-        self.get_range(key, request).boxed()
+        self.get_range(key, request, None).boxed()
+    }
+
+    fn get_streaming<'a>(
+        &'a self,
+        key: &'a str,
+        request: &'a GetRequest,
+        receiver: Arc<dyn ReceiveBytes>,
+    ) -> BoxFuture<'a, Result<Response, StoreError>> {
+        async move {
+            let streaming = Streaming::new(request, &receiver);
+            self.get_range(key, request, Some(&streaming)).await
+        }
+        .boxed()
     }
 
     fn is_current<'a>(

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use object_reader::{Dial, ProxyChoice, Secret, StoreConfig, StoreErrorKind as Kind, Timeouts};
+use object_reader::{
+    CredentialSource, Dial, GetRequest, ProxyChoice, ReceiveBytes, Secret, StoreConfig,
+    StoreErrorKind as Kind, Timeouts, Version,
+};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -233,7 +236,7 @@ async fn only_announced_addresses_are_dialed() {
 }
 
 /// Sends a response of 100 kB in parts, one each 10 ms.
-async fn send_slowly(listener: TcpListener, part: usize) {
+async fn send_slowly(listener: &TcpListener, part: usize) {
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
@@ -257,7 +260,7 @@ async fn slow_bodies_are_received_and_trickling_ones_given_up() {
     for (part_length, is_received) in [(1000, true), (1, false)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = parse(&format!("http://{}/k", listener.local_addr().unwrap()));
-        let server = tokio::spawn(send_slowly(listener, part_length));
+        let server = tokio::spawn(async move { send_slowly(&listener, part_length).await });
         let store = StoreConfig { timeouts, ..config() }.open(url.store()).unwrap();
         match store.get("k", &part(0, 100_000)).await {
             Ok(response) => assert!(is_received && response.bytes.len() == 100_000),
@@ -267,5 +270,62 @@ async fn slow_bodies_are_received_and_trickling_ones_given_up() {
             }
         }
         server.abort();
+    }
+}
+
+/// Keeps the lengths of what it receives.
+#[derive(Default)]
+struct Arrivals(Mutex<Vec<(u64, usize)>>);
+
+impl ReceiveBytes for Arrivals {
+    fn receive(&self, offset: u64, so_far: &[u8]) {
+        assert!(so_far.iter().all(|byte| *byte == 7));
+        self.0.lock().push((offset, so_far.len()));
+    }
+}
+
+#[tokio::test]
+async fn bytes_are_passed_on_while_they_arrive() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            send_slowly(&listener, 10_000).await;
+        }
+    });
+    let http = config().open(parse(&format!("{endpoint}/k")).store()).unwrap();
+    let cloud = StoreConfig {
+        endpoint: Some(endpoint),
+        credentials: CredentialSource::Anonymous,
+        ..config()
+    };
+    let cloud = cloud.open(parse("s3://b/k").store()).unwrap();
+    for store in [http, cloud] {
+        let received = |request: GetRequest| {
+            let (store, arrivals) = (Arc::clone(&store), Arc::new(Arrivals::default()));
+            async move {
+                let response = store.get_streaming("k", &request, Arc::clone(&arrivals) as _).await;
+                let lengths = std::mem::take(&mut *arrivals.0.lock());
+                (response.map(|response| response.bytes.len()), lengths)
+            }
+        };
+        let version = |etag: &str| Version {
+            length: 100_000,
+            etag: Some(etag.to_owned()),
+            version_id: None,
+            last_modified: None,
+        };
+        let pinned = GetRequest { version: Some(version("\"1\"")), ..part(0, 100_000) };
+        let (response, lengths) = received(pinned.clone()).await;
+        assert_eq!(response.unwrap(), 100_000);
+        assert!(lengths.len() > 2, "{lengths:?}");
+        assert!(lengths.is_sorted() && lengths.last() == Some(&(0, 100_000)), "{lengths:?}");
+        // Another version, another range, a version that nobody has asked for.
+        let other = GetRequest { version: Some(version("\"2\"")), ..part(0, 100_000) };
+        let shorter = GetRequest { range: part(0, 50_000).range, ..pinned };
+        for request in [other, shorter, part(0, 100_000)] {
+            let (_, lengths) = received(request).await;
+            assert_eq!(lengths, []);
+        }
     }
 }

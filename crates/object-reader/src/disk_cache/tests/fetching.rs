@@ -64,7 +64,7 @@ impl Reader {
 fn fetcher(disk: &Arc<DiskCache>) -> Arc<Fetcher> {
     Fetcher::new(FetcherConfig {
         memory: 32 << 20,
-        store_timeout: Duration::from_millis(300),
+        store_timeout: Duration::from_millis(1000),
         disk_cache: Some(Arc::clone(disk)),
         ..FetcherConfig::default()
     })

@@ -406,12 +406,35 @@ async fn a_response_may_take_longer_than_readers_wait() {
     let (fetcher, object) = open(&store, config).await;
     store.set_link(20 * MILLI, 64.0 * 1024.0);
     let begin = Instant::now();
-    assert_eq!(label(&read(&object, chunk(40)).await), "timed_out");
+    assert_eq!(label(&read(&object, chunk(43)).await), "timed_out");
     assert_eq!(begin.elapsed().as_secs(), 10);
     // What arrives isn't lost.
-    read(&object, chunk(41)).await.unwrap();
+    read(&object, chunk(43)).await.unwrap();
+    assert_eq!(begin.elapsed().as_secs(), 16);
+    read(&object, chunk(40)).await.unwrap();
     assert_eq!(store.received().len(), 1);
     let stats = fetcher.stats().stores.remove(0);
     assert_eq!(stats.requests.keys().collect::<Vec<_>>(), [&(Priority::Demand, "ok")]);
     assert_eq!((stats.breaker, stats.retries), (BreakerState::Closed, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_arrived_is_not_requested_again() {
+    let store = store();
+    let (fetcher, object) = open(&store, FetcherConfig::default()).await;
+    let verified = object.verified_by(Arc::new(Content));
+    // Each breaks off within the second chunk.
+    store.script(|n, _| match n {
+        0..3 => Action::BreakOff(300_000),
+        _ => Action::Respond,
+    });
+    read(&verified, 20 * MIB..21 * MIB).await.unwrap();
+    let starts: Vec<_> = ranges(&store).into_iter().map(|range| range.start / CHUNK_SIZE).collect();
+    assert_eq!(starts, [80, 81, 82, 83]);
+    let stats = fetcher.stats().stores.remove(0);
+    assert_eq!((stats.retries, stats.breaker), (3, BreakerState::Closed));
+    // One that breaks off earlier is repeated.
+    store.script(|n, _| if n < 3 { Action::BreakOff(200_000) } else { Action::Respond });
+    read(&verified, 40 * MIB..41 * MIB).await.unwrap();
+    assert_eq!(ranges(&store), vec![40 * MIB..41 * MIB; 4]);
 }

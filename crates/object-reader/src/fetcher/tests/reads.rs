@@ -57,6 +57,22 @@ async fn small_objects_take_one_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn chunks_are_readable_while_others_arrive() {
+    let store = store();
+    let (_fetcher, object) = open(&store, FetcherConfig::default()).await;
+    store.set_link(Duration::ZERO, CHUNK_SIZE as f64);
+    let verified = object.verified_by(Arc::new(Content));
+    for (object, first) in [(object, 80), (verified, 160)] {
+        let begin = Instant::now();
+        for (number, seconds) in (first..first + 3).zip(1..) {
+            read(&object, chunk(number)).await.unwrap();
+            assert_eq!(begin.elapsed().as_secs(), seconds);
+        }
+        assert_eq!(ranges(&store), [chunk(first).start..chunk(first + 3).end]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn concurrent_reads_of_a_chunk_share_a_request() {
     let store = store();
     store.set_link(20 * MILLI, f64::INFINITY);
