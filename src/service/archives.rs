@@ -211,8 +211,8 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
         Err(error) if can_be_listed_later(&error, !exports.is_empty(), options) => {
             tracing::warn!(
                 reason = error.label(),
-                "the export folder is listed when its store responds; until then, clients have to \
-                 know the names of the archives in it"
+                "{error}; the folder is listed when its store responds, and until then, clients \
+                 have to know the names of the archives in it"
             );
             None
         }

@@ -60,7 +60,7 @@ fn in_namespaces(script: &str) -> String {
             server=$!
             trap 'kill $server 2> /dev/null || true' EXIT
             tries=0
-            until grep -q '"listen":' log; do
+            until grep -q '"message":"ready: .*"listen":' log; do
                 tries=$((tries + 1))
                 [ $tries -lt 200 ] || { cat log; exit 1; }
                 sleep 0.1
