@@ -36,14 +36,9 @@ pub(crate) struct StatusSource {
     recent: RecentErrors,
     gateway: OnceLock<GatewaySource>,
     audit: OnceLock<Box<dyn Fn() -> AuditCounts + Send + Sync>>,
-    stores: OnceLock<StoresSource>,
-}
-
-/// What is known about stores.
-struct StoresSource {
-    report: Box<dyn Fn() -> StoresStatus + Send + Sync>,
-    /// Returns what prevents connections until a restart.
-    fault: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
+    stores: OnceLock<Box<dyn Fn() -> StoresStatus + Send + Sync>>,
+    /// Returns what prevents connections to stores until a restart.
+    stores_fault: OnceLock<Box<dyn Fn() -> Option<&'static str> + Send + Sync>>,
 }
 
 /// What a gateway reports.
@@ -86,6 +81,7 @@ impl StatusSource {
             gateway: OnceLock::new(),
             audit: OnceLock::new(),
             stores: OnceLock::new(),
+            stores_fault: OnceLock::new(),
         }
     }
 
@@ -117,14 +113,14 @@ impl StatusSource {
         report: impl Fn() -> StoresStatus + Send + Sync + 'static,
         fault: impl Fn() -> Option<&'static str> + Send + Sync + 'static,
     ) {
-        let source = || StoresSource { report: Box::new(report), fault: Box::new(fault) };
-        self.stores.get_or_init(source);
+        self.stores.get_or_init(|| Box::new(report));
+        self.stores_fault.get_or_init(|| Box::new(fault));
     }
 
     /// Returns the fault of the program that only a restart cures, if there is one, other than
     /// threads that are stuck.
     pub(crate) fn fault(&self) -> Option<&'static str> {
-        self.stores.get().and_then(|stores| (stores.fault)())
+        self.stores_fault.get().and_then(|fault| fault())
     }
 
     /// Returns the current status.
@@ -161,7 +157,7 @@ impl StatusSource {
                 decode_seconds: stats.decode_time.as_secs_f64(),
             },
             storage: StorageStatus { reads: stats.storage_reads, bytes: stats.storage_bytes },
-            remote: self.stores.get().map(|stores| (stores.report)()).unwrap_or_default(),
+            remote: self.stores.get().map(|report| report()).unwrap_or_default(),
             verification_failures: label_counts(stats.read_failures.0),
             open_failures: label_counts(stats.open_failures.0),
             memory,

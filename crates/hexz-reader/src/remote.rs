@@ -247,7 +247,7 @@ impl RemoteArchives {
     fn open_storage(&self, path: &Path, small: Option<Priority>) -> io::Result<Arc<dyn Storage>> {
         let (url, runtime) = (self.url(path)?, self.runtime()?);
         let object = runtime.block_on(self.open_shared(path, &url, small))?;
-        Ok(ObjectStorage::new(object, path, runtime))
+        Ok(ObjectStorage::of(object, path, runtime))
     }
 
     /// Returns what the last listing of the object's folder says about it: whether it is small, or
@@ -297,7 +297,7 @@ impl RemoteSource for RemoteArchives {
         let store = self.open_store(&url).ok()?;
         let object = runtime.block_on(async { self.fetcher.open_cached(store, url.key()) })?;
         self.remember(path, &object);
-        Some(ObjectStorage::new(object, path, runtime))
+        Some(ObjectStorage::of(object, path, runtime))
     }
 
     fn open_side_file(&self, path: &Path, priority: FetchPriority) -> io::Result<Arc<dyn Storage>> {
@@ -426,7 +426,7 @@ struct ObjectStorage {
 }
 
 impl ObjectStorage {
-    fn new(object: Object, path: &Path, runtime: &Handle) -> Arc<dyn Storage> {
+    fn of(object: Object, path: &Path, runtime: &Handle) -> Arc<dyn Storage> {
         let (url_hash, runtime) = (hash_of(path), runtime.clone());
         Arc::new(Self { object, url_hash, runtime, hashes: None })
     }

@@ -20,7 +20,7 @@ fn chain_of_three() -> ObjectServer {
 #[test]
 fn opening_a_chain_of_three_takes_few_requests() {
     let store = chain_of_three();
-    let args = ["--fresh-for", "1s"];
+    let args = ["--fresh-for", "4s"];
     let server = gateway().args(args).arg(store.url("v7/grandchild-zstd.hxz")).start();
     let opened = store.log().totals().requests;
     assert!(opened <= 6, "{opened} requests: {:#?}", store.log().entries());
@@ -31,7 +31,7 @@ fn opening_a_chain_of_three_takes_few_requests() {
     drop(server.go(""));
     assert_eq!(store.log().totals().requests, 0);
     // After that, one for each archive, without a body.
-    pause(1100);
+    pause(4100);
     drop(server.go(""));
     let requests = store.log().entries();
     assert_eq!(requests.len(), 3, "{requests:?}");
