@@ -78,7 +78,7 @@ fn check(path: &Path) -> Result<(), String> {
     }
     let is = |known: &&str| scheme.eq_ignore_ascii_case(known);
     let is_url = rest.starts_with('/');
-    let foreign = FOREIGN_SCHEMES.iter().find(|(schemes, _)| schemes.iter().any(|it| is(it)));
+    let foreign = FOREIGN_SCHEMES.iter().find(|(schemes, _)| schemes.iter().any(is));
     match (foreign, URL_SCHEMES.iter().find(|it| is(it))) {
         (Some((_, advice)), _) => Err((*advice).to_owned()),
         (None, Some(known)) => Err(format!("a URL has two slashes: {known}://")),

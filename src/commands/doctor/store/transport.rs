@@ -30,7 +30,7 @@ pub(super) async fn examine(
     let endpoint = ServerEndpoint::Tcp { host: host.to_owned(), port };
     let (step, addresses) = connect::resolve(&endpoint, timeout).await;
     step.into_iter().for_each(|step| report.add(step));
-    let addresses = permitted(host, addresses?)?;
+    let addresses = permitted(host, addresses?).map_err(|step| *step)?;
     let connected = connect::connect(addresses, timeout).await;
     let (mut stream, _, step) =
         connected.map_err(|failed| advice::unconnected(&failed, probe.proxy().is_some()))?;
@@ -49,7 +49,7 @@ pub(super) async fn examine(
 
 /// Returns the addresses to which the gateway connects. The error is a step about a name all of
 /// whose addresses it refuses.
-fn permitted(host: &str, addresses: Vec<Address>) -> Result<Vec<Address>, Step> {
+fn permitted(host: &str, addresses: Vec<Address>) -> Result<Vec<Address>, Box<Step>> {
     let refusal = |address: &Address| match address {
         Address::Tcp(address) => dialer::refusal(host, address.ip()),
         Address::Unix(_) => None,
@@ -57,7 +57,7 @@ fn permitted(host: &str, addresses: Vec<Address>) -> Result<Vec<Address>, Step> 
     let refused = addresses.first().and_then(refusal);
     let permitted: Vec<_> = addresses.into_iter().filter(|it| refusal(it).is_none()).collect();
     match refused {
-        Some(what) if permitted.is_empty() => Err(advice::address_refused(host, what)),
+        Some(what) if permitted.is_empty() => Err(Box::new(advice::address_refused(host, what))),
         _ => Ok(permitted),
     }
 }
