@@ -16,6 +16,10 @@ PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 syst
 # Programs that the test of the first hour uses.
 FIRST_HOUR_PACKAGES := debootstrap git python3 util-linux
 
+# Programs that the test of the Debian package in a virtual machine uses. QEMU isn't among them,
+# since its package would replace a newer qemu-utils.
+VM_PACKAGES := apt e2fsprogs mmdebstrap tar util-linux
+
 # Programs that the test of the RPM package and of the image uses, besides those above.
 RELEASE_PACKAGES := $(PACKAGE_PACKAGES) buildah makepkg musl-tools rpm shellcheck
 
@@ -32,8 +36,9 @@ BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit ngi
 	qemu-utils valgrind
 
 .PHONY: help test check unit fuzz fuzz-short tools client-tools build deb package-test \
-	package-tools first-hour first-hour-tools hexz-cli-test static rpm container release release-test release-tools stress store-test \
-	examples-test examples-tools fleet-test fleet-tools attacks long-session bench bench-peers \
+	package-tools vm-test vm-tools first-hour first-hour-tools hexz-cli-test static rpm \
+	container release release-test release-tools stress store-test examples-test examples-tools \
+	fleet-test fleet-tools attacks long-session bench bench-peers \
 	bench-micro bench-tools reach-bench costs check-costs certs pictures clean
 
 help:
@@ -50,6 +55,8 @@ help:
 	@echo 'make first-hour    follow README.md in a clean Debian root, from nothing to verified bytes;'
 	@echo '                   builds the program there; FIRST_HOUR_OPTIONS=--help; as root'
 	@echo 'make hexz-cli-test follow docs/create-snapshots.md there, which builds the Hexz tools; as root'
+	@echo 'make vm-test       the package and its units under systemd in an emulated machine; ten'
+	@echo '                   minutes, or some of it with TOPICS=...; as root'
 	@echo 'make static        the program without shared libraries, in target/static; rustup and musl'
 	@echo 'make rpm           an RPM package with the static program, in target/generate-rpm'
 	@echo 'make container     a container image with the static program; buildah'
@@ -115,10 +122,11 @@ fuzz-short:
 bench-tools: PACKAGES := $(BENCH_PACKAGES)
 package-tools: PACKAGES := $(PACKAGE_PACKAGES)
 first-hour-tools: PACKAGES := $(FIRST_HOUR_PACKAGES)
+vm-tools: PACKAGES := $(VM_PACKAGES)
 release-tools: PACKAGES := $(RELEASE_PACKAGES)
 examples-tools: PACKAGES := $(EXAMPLE_PACKAGES)
 fleet-tools: PACKAGES := $(FLEET_PACKAGES)
-client-tools bench-tools package-tools first-hour-tools release-tools examples-tools fleet-tools:
+client-tools bench-tools package-tools first-hour-tools vm-tools release-tools examples-tools fleet-tools:
 	@missing=''; for package in $(PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
 			|| missing="$$missing $$package"; \
@@ -161,6 +169,9 @@ first-hour: first-hour-tools
 hexz-cli-test: first-hour-tools build
 	$(SUDO) tests/first-hour/run.py --program target/release/hexz-nbd $(FIRST_HOUR_OPTIONS) \
 		docs/create-snapshots.md
+
+vm-test: vm-tools deb
+	$(SUDO) tests/package/vm.sh target/debian/hexz-nbd_*.deb $(TOPICS)
 
 # Needs `rustup target add` and Debian's musl-tools, so it isn't part of `make test`. For another
 # processor it needs a cross compiler as well: MUSL is the folder of musl for that processor, in which
