@@ -117,6 +117,20 @@ fn figures_agree_with_the_requests_that_the_store_has_seen() {
     assert_same_in_both_formats(&server);
 }
 
+/// A trace is looked for beside each archive, and most have none.
+#[test]
+fn objects_that_are_looked_for_in_vain_are_no_failures() {
+    let store = store();
+    let server = Server::builder().arg(store.url(KEY)).args(["--monitor", "127.0.0.1:0"]).start();
+    wait_until("the trace was looked for", || {
+        requests(&status(&server)["stores"][0], "not_found") > 0
+    });
+    let (page, console) = browse(&format!("http://{}/", monitor_of(&server)), 2);
+    assert_eq!(console, "", "{page}");
+    let shown = rows(&page, "stores");
+    assert_eq!((shown[0][1].as_str(), shown[0][9].as_str()), ("working", "0"), "{shown:?}");
+}
+
 #[test]
 fn a_store_that_is_down_is_shown_and_logged_once() {
     let store = store();
