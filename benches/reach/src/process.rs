@@ -109,6 +109,14 @@ pub(crate) fn nbdkit_curl(url: &str) -> Result<Process> {
     Process::start(&command, port)
 }
 
+/// Seconds for which the machine's processors had nothing to do so far, all added up.
+pub(crate) fn idle_seconds() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    // "cpu", user, nice, system, idle, …
+    let ticks = stat.split_whitespace().nth(4).context("/proc/stat without times")?;
+    Ok(ticks.parse::<f64>()? / rustix::param::clock_ticks_per_second() as f64)
+}
+
 /// Copies the whole export to nowhere with nbdcopy. Returns the seconds that it took.
 pub(crate) fn nbdcopy(server: &Process, patience: Duration) -> Result<f64> {
     let started = Instant::now();

@@ -1,6 +1,7 @@
 //! nginx as the object store, behind a network.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -66,7 +67,11 @@ impl Nginx {
 
     /// Returns the sums over all requests so far that have ended.
     pub(crate) fn traffic(&self) -> Result<Traffic> {
-        let log = fs::read_to_string(self.home.path().join("access.log"))?;
+        // The socket accepts connections even before nginx has opened its log.
+        let log = match fs::read_to_string(self.home.path().join("access.log")) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Traffic::default()),
+            log => log.context("nginx's access.log")?,
+        };
         let mut traffic = Traffic::default();
         for line in log.lines().filter(|line| line.contains(" GET ")) {
             let bytes = line.split(' ').next().unwrap_or_default();
