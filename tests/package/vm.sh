@@ -84,6 +84,7 @@ set -- qemu-system-x86_64
 if ! command -v "$1" > /dev/null; then
     [ -e "$folder/qemu" ] || unpack_qemu
     set -- env "LD_LIBRARY_PATH=$folder/qemu/usr/lib/x86_64-linux-gnu" \
+        "QEMU_MODULE_DIR=$folder/qemu/usr/lib/x86_64-linux-gnu/qemu" \
         "$folder/qemu/usr/bin/qemu-system-x86_64" \
         -L "$folder/qemu/usr/share/qemu" -L "$folder/qemu/usr/share/seabios"
 fi
