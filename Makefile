@@ -209,7 +209,8 @@ $(CARGO_RPM):
 	$(CARGO) install cargo-generate-rpm --version 0.21.1 --locked --root target/tools
 
 VERSION := $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-deb rpm container release: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+# Not of `build` and `static`, which would build all C libraries anew after each commit.
+deb rpm container release: private export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 
 rpm: build static $(CARGO_RPM)
 	packaging/prepare.sh target/release/hexz-nbd target/packaging

@@ -144,7 +144,7 @@ disk_is_right() {
 block() {
     # Items of a list in README.Debian are indented, too.
     case $1 in
-        README*) indent='        ' ;;
+        *README*) indent='        ' ;;
         *) indent='    ' ;;
     esac
     awk -v text="$2" -v indent="$indent" '

@@ -64,13 +64,13 @@ END
     trap - EXIT
 }
 
+# With the libraries that it needs and that aren't installed.
 unpack_qemu() {
     debs=$(mktemp -d -p "$folder")
     trap 'rm -rf "$debs" "$folder/qemu.new"' EXIT
-    (cd "$debs" && apt-get -q download qemu-system-x86 qemu-system-data seabios \
-        libcapstone4 libfdt1 libslirp0 libvdeplug2 libaio1 libpmem1 libndctl6 libdaxctl1 \
-        libibverbs1 librdmacm1 libpixman-1-0 libjpeg62-turbo libfuse3-3 libnl-3-200 \
-        libnl-route-3-200 > "$debs/log" 2>&1) || { cat "$debs/log"; exit 1; }
+    packages=$(apt-get -s install --no-install-recommends qemu-system-x86 \
+        | sed -n 's/^Inst \([^ ]*\) .*/\1/p')
+    (cd "$debs" && apt-get -q download $packages > log 2>&1) || { cat "$debs/log"; exit 1; }
     for deb in "$debs"/*.deb; do
         dpkg -x "$deb" "$folder/qemu.new"
     done
@@ -93,7 +93,7 @@ payload=$(mktemp -d -p "$folder")
 trap 'rm -rf "$payload"' EXIT
 cp "$package" "$payload/package.deb"
 cp tests/package/vm-inside.sh "$payload/inside.sh"
-cp tests/archives/base-zstd.hxz tests/archives/encrypted-zstd.hxz packaging/debian/README.Debian \
+cp tests/archives/base-zstd.hxz tests/archives/encrypted-zstd.hxz target/packaging/README.Debian \
     docs/*.md examples/hexz-nbd-renew.* "$payload"
 echo "$topics" > "$payload/topics"
 tar -C "$payload" -cf "$payload.tar" .
