@@ -183,23 +183,24 @@ ifeq ($(ARCH),aarch64)
 # Kernels have pages of 4, 16 or 64 KiB. jemalloc works with this size or smaller ones.
 export JEMALLOC_SYS_WITH_LG_PAGE := 16
 # The functions that GCC would call need a function that musl lacks.
-CROSS_FLAGS := -mno-outline-atomics
+STATIC_CFLAGS := -mno-outline-atomics
 endif
+STATIC_ENV = $(if $(STATIC_CFLAGS),CFLAGS_$(ARCH)_unknown_linux_musl='$(STATIC_CFLAGS)')
 ifneq ($(ARCH),$(HOST))
 CROSS ?= $(ARCH)-linux-gnu-
 MUSL ?= /usr/lib/$(ARCH)-linux-musl
-# A program of its own, since jemalloc's configure script drops arguments of the compiler.
-CROSS_CC := target/tools/$(ARCH)-musl-gcc
-CROSS_ENV = CC_$(ARCH)_unknown_linux_musl='$(CURDIR)/$(CROSS_CC)' \
+# A program of its own, since jemalloc's build drops the arguments in CC.
+MUSL_GCC := target/tools/$(ARCH)-musl-gcc
+STATIC_ENV += CC_$(ARCH)_unknown_linux_musl=$(CURDIR)/$(MUSL_GCC) \
 	AR_$(ARCH)_unknown_linux_musl=$(CROSS)ar \
 	CARGO_TARGET_$(shell echo $(ARCH) | tr a-z A-Z)_UNKNOWN_LINUX_MUSL_LINKER=$(CROSS)gcc
-$(CROSS_CC): Makefile
+$(MUSL_GCC): Makefile
 	mkdir -p $(@D)
-	printf '#!/bin/sh\nexec $(CROSS)gcc "$$@" $(CROSS_FLAGS) -specs=$(MUSL)/musl-gcc.specs\n' > $@
+	printf '#!/bin/sh\nexec $(CROSS)gcc "$$@" -specs=$(MUSL)/musl-gcc.specs\n' > $@
 	chmod +x $@
 endif
-static: $(CROSS_CC)
-	$(CROSS_ENV) $(CARGO) build --locked --release --target $(STATIC)
+static: $(MUSL_GCC)
+	$(STATIC_ENV) $(CARGO) build --locked --release --target $(STATIC)
 	mkdir -p target/static
 	$(CROSS)strip -s -o target/static/hexz-nbd target/$(STATIC)/release/hexz-nbd
 

@@ -218,6 +218,7 @@ check_install() {
     install -m 0640 -o root -g hexz-nbd ./*.hxz /var/lib/hexz-nbd/
     hexz-nbd pki --dir /root/pki init > $out 2>&1
     hexz-nbd pki --dir /root/pki server localhost 192.0.2.10 >> $out 2>&1
+    hexz-nbd pki --dir /root/pki server nbd.example.org >> $out 2>&1
     hexz-nbd pki --dir /root/pki client backup.example.org >> $out 2>&1
     check "certificates" test -s /root/pki/clients/backup.example.org/client-cert.pem
     cp -r /root/pki/clients/backup.example.org /root/client
@@ -419,8 +420,8 @@ check_credentials() {
         disk_is_right "$(tls_uri localhost encrypted-zstd.hxz)"
     cp -a /root/keys/server-* /etc/hexz-nbd/
     check "the check step of docs/as-a-service.md with credentials" says 'over TLS' page_check
-    chown root:hexz-nbd /etc/hexz-nbd/server-key.pem
-    chmod 0640 /etc/hexz-nbd/server-key.pem
+    chown root:hexz-nbd /etc/hexz-nbd/server-*.pem
+    chmod 0640 /etc/hexz-nbd/server-*.pem
 }
 
 check_hidden() {
@@ -525,8 +526,8 @@ check_monitor() {
     local_only
     group=/etc/systemd/system/hexz-nbd-monitor.socket.d/group.conf
     mkdir -p ${group%/*}
-    file as-a-service.md $group > $state/group
-    cp $state/group $group
+    { echo '[Socket]'
+        grep -o '`\(ListenStream\|SocketGroup\)=[^`]*`' as-a-service.md | tr -d '`'; } > $group
     note < $group
     systemctl daemon-reload
     check "hexz-nbd-monitor.socket on a Unix socket with a group, as documented" \
@@ -622,9 +623,6 @@ check_analyze() {
     systemctl daemon-reload
     check "the units of examples/" \
         systemd-analyze verify --man=no /etc/systemd/system/hexz-nbd-renew.*
-    check "the timer is started as the page says" \
-        sh -ec "$(block certificate-renewal.md 'hexz-nbd-renew.timer' | grep systemctl)"
-    systemctl list-timers hexz-nbd-renew.timer | note
     mkdir -p /etc/systemd/system/hexz-nbd-renew.service.d
     # There is no second machine.
     sed -n '/^ExecStart=.usr.bin.hexz-nbd /p' hexz-nbd-renew.service \
@@ -632,7 +630,9 @@ check_analyze() {
     mkdir -p /var/lib/hexz-ca
     cp -r /root/pki /var/lib/hexz-ca
     chown -R hexz-ca:hexz-ca /var/lib/hexz-ca
-    systemctl daemon-reload
+    check "the timer is started as the page says" \
+        sh -ec "$(block certificate-renewal.md 'hexz-nbd-renew.timer' | grep systemctl)"
+    systemctl list-timers hexz-nbd-renew.timer | note
     mark
     check "the renewal, without the copy" systemctl start hexz-nbd-renew.service
     journal hexz-nbd-renew.service | note
