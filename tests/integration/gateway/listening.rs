@@ -56,6 +56,7 @@ fn in_namespaces(script: &str) -> String {
         cd /run
         ip link set lo up
         serve() {
+            : > log
             "$BINARY" --log-format json "$@" "$ARCHIVE" 2> log &
             server=$!
             trap 'kill $server 2> /dev/null || true' EXIT
