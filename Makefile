@@ -179,13 +179,14 @@ vm-test: vm-tools deb
 HOST := $(shell uname -m)
 ARCH ?= $(HOST)
 STATIC := $(ARCH)-unknown-linux-musl
-ifeq ($(ARCH),aarch64)
-# Kernels have pages of 4, 16 or 64 KiB. jemalloc works with this size or smaller ones.
+# On AArch64, kernels have pages of 4, 16 or 64 KiB. jemalloc works with this size or smaller ones.
+ifeq ($(HOST),aarch64)
 export JEMALLOC_SYS_WITH_LG_PAGE := 16
-# The functions that GCC would call need a function that musl lacks.
-STATIC_CFLAGS := -mno-outline-atomics
 endif
-STATIC_ENV = $(if $(STATIC_CFLAGS),CFLAGS_$(ARCH)_unknown_linux_musl='$(STATIC_CFLAGS)')
+ifeq ($(ARCH),aarch64)
+# The functions for atomics that GCC would call need a function that musl lacks.
+STATIC_ENV := JEMALLOC_SYS_WITH_LG_PAGE=16 CFLAGS_aarch64_unknown_linux_musl=-mno-outline-atomics
+endif
 ifneq ($(ARCH),$(HOST))
 CROSS ?= $(ARCH)-linux-gnu-
 MUSL ?= /usr/lib/$(ARCH)-linux-musl
